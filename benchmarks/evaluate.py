@@ -59,7 +59,7 @@ def main() -> int:
     seen: list[tuple[int, float]] = []
 
     def look(text: str) -> None:
-        done = re.match(r"([\d,]+) of", text)
+        done = re.search(r"([\d,]+) of [\d,]+ images", text)
         count = int(done[1].replace(",", "")) if done else 0
         if count >= (len(seen) + 1) * arguments.images // 10:
             seen.append((count, resident()))
