@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from tcompile.artifact.directory import is_artifact, load_artifact
 from tcompile.artifact.manifest import Manifest
 from tcompile.core.arrays import UNNAMED
 from tcompile.core.errors import TcompileError, UsageError
-from tcompile.core.files import output_file, regular_file
+from tcompile.core.files import output_file, regular_file, write_file
 from tcompile.core.progress import Progress, silent
 from tcompile.data.base import ArrayItem, ImageItem, Item, Unreadable
 from tcompile.data.opening import open_source
@@ -201,16 +201,8 @@ def write_evaluation(found: Evaluation, path: str | Path) -> Path:
     Raises:
         UsageError: it cannot be written there.
     """
-    final = output_file(path)
-    part = final.with_name(f".{final.name}.part")
     text = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(final)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    write_file(output_file(path), text + "\n")
     return Path(path)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcompile.api.imports import from_kit, from_tables, of_kit, tables_of
 from tcompile.core.errors import UsageError
-from tcompile.core.files import output_file
+from tcompile.core.files import output_file, write_file
 from tcompile.core.progress import Progress, silent
 from tcompile.methods.method import OWN_SCHEDULE, Method, method_for
 from tcompile.methods.portfolio import PORTFOLIO
@@ -164,16 +163,8 @@ def write_profile(profiled: Profiled, path: str | Path) -> Path:
     Raises:
         UsageError: it cannot be written there.
     """
-    final = output_file(path)
-    part = final.with_name(f".{final.name}.part")
     text = json.dumps(profiled.profile.to_json(), indent=1, allow_nan=False)
-    try:
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(final)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    write_file(output_file(path), text + "\n")
     return Path(path)
 
 
